@@ -1,7 +1,8 @@
 -- What a trial of an agent left behind, counted for `lightning-flows doctor`.
 -- Grain: one row. Inputs: spans, attempts, calls, rewards, policy_calls, refused_claims; $run: the trial's.
--- Rule: a call is what the gateway answered; `refused` is what it did not, as `model: reason`. Spans are the agent's own: not
--- the gateway's, the runner's, nor rewards. `asked_for`: the model names of calls that a policy answered. `elsewhere`: calls that only the agent's instrumentation saw.
+-- Rule: `calls` are those that the gateway answered; `refused` are those that it did not, as `model: reason`. Spans count if they are the agent's own:
+-- not the gateway's, the runner's, or rewards. `asked_for`: the model names of calls that a policy answered. `elsewhere`: calls that only the agent's
+-- instrumentation recorded.
 WITH mine AS (
     SELECT spans.*
     FROM spans

@@ -1,8 +1,8 @@
--- The LLM calls of one attempt: whose, what they were credited with, and why they are trained on or not.
--- Grain: one row per call; `triplets` one a choice. Parameters: run, epoch, rollout_id, attempt_id.
+-- The LLM calls of one attempt: their agents, what they were credited with, and why they are trained on or not.
+-- Grain: one row per call; `triplets` has an entry for each choice. Parameters: run, epoch, rollout_id, attempt_id.
 -- Inputs: policy_calls, scored_attempts, spans, span_tree, methods, call_returns, advantages, call_advantages, merges, exclusions
--- Rule: those of an evaluation, of which policy_calls has none, are those of its tree, and nothing is said of training. Where each token has an advantage of
--- its own (`by_token`), `advantage` is the mean, and `advantages` of a triplet are all.
+-- Rule: policy_calls has no calls of evaluations, so those are read from the tree, without columns about training. If each token has an advantage
+-- of its own (`by_token`), `advantage` is the mean, and `advantages` of a triplet has all.
 WITH called AS (
     SELECT
         run, epoch, rollout_id, attempt_id, call_id, span_id, agent, agent_path, ambiguous, candidates, candidate_agents,

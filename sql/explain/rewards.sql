@@ -1,6 +1,6 @@
 -- The rewards of one attempt: who gave them, whether they count, and which calls they went to.
--- Grain: one row per reward; `calls` is empty with `assign: final`; `policies` are those with rewards of their own that look at
--- it, and what it is to them. Parameters: run, epoch, rollout_id, attempt_id.
+-- Grain: one row per reward; `calls` is empty with `assign: final`; `policies` are the policies with rewards of their own that count it, with its
+-- worth to each. Parameters: run, epoch, rollout_id, attempt_id.
 -- Inputs: rewards_given, policy_rewards, reward_steps
 WITH went AS (
     SELECT

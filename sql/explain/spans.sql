@@ -1,4 +1,4 @@
--- The tree of one attempt as repaired, each span with the parent it declared and why it stands where it stands.
+-- The repaired tree of one attempt: each span with the parent that it declared, and the reason for its place.
 -- Grain: one row per span. Parameters: run, epoch, rollout_id, attempt_id. Inputs: span_tree, methods
 SELECT
     tree.node,

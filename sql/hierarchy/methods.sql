@@ -1,8 +1,8 @@
--- The rungs of the ladder: how a span's place was found.
+-- The ways by which a span's place is found (`method`), and the confidence in each.
 -- Grain: one row per method. Inputs: none.
--- Rule: `confidence` in the place and the agent that comes with it is the share of calls that were given to the agent that made them,
--- as low as `make bench-evidence` leaves room for (95%) in its worst row with a hundred such calls; 1 where no call ever went wrong.
--- Nothing measures link, missing_parent, synthesised, unplaced and cycle: theirs are guesses, below what was measured.
+-- Rule: `confidence` is the share of calls that the method gave to the right agent: the lower bound (95%) in the worst row of
+-- `make bench-evidence` with at least a hundred such calls; 1 if no call ever went wrong.
+-- Nothing measures link, missing_parent, synthesised, unplaced and cycle: theirs are guesses, below the measured ones.
 SELECT * FROM (VALUES
     ('root',           1.00, 'the root span of the attempt'),
     ('declared',       1.00, 'the parent that the span declares, found in the attempt, in whatever trace'),

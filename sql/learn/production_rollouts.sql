@@ -1,12 +1,11 @@
 -- What agents in production did, rollout by rollout, and whether this epoch learns from it.
--- Grain: one row per (rollout_id, attempt_id) that sent spans and that no run rolled out. `group_id`: the rollouts whose
--- rewards are compared. `task`, `output`: JSON, as they were given where the rollout was opened and ended at the gateway (NULL:
--- not given). `reply`: the last that a model answered, JSON. `left_out` says why the epoch does not learn from it; NULL: it does.
--- Inputs: spans, learn_choice (one row: run, epoch, since_ns, until_ns, ended_before_ns, group_by, without_ids: calls without token ids are learned from too), learn_attributes
--- (key, value), learn_filtered (rollout_id, attempt_id).
--- Rule: a rollout is over when its agent has ended it, or when it has been silent for a while; of several ends the first counts.
--- A failure is learned from also where it came before the first call. A rollout is learned from once: a root span says by which
--- epoch.
+-- Grain: one row per (rollout_id, attempt_id) that sent spans and that no run rolled out. `group_id`: rewards of one group are compared. `task`,
+-- `output`: JSON, as given when the rollout was opened and ended at the gateway (NULL: not given). `reply`: the last reply of a model, JSON.
+-- `left_out` says why the epoch does not learn from it; NULL: it does.
+-- Inputs: spans, learn_choice (one row: run, epoch, since_ns, until_ns, ended_before_ns, group_by, without_ids: also learn from calls without
+-- token ids), learn_attributes (key, value), learn_filtered (rollout_id, attempt_id).
+-- Rule: a rollout is over when its agent has ended it, or when it has been silent for a while; of several ends the first counts. A failed rollout
+-- is learned from even if it failed before its first call. A rollout is learned from once: a root span names the epoch.
 WITH executions AS (
     SELECT
         rollout_id,

@@ -1,8 +1,8 @@
 -- A few held-out tasks with the agent's answer in an earlier and in a later evaluation, for a person to read.
 -- Grain: at most `$most` rows, one per task, better ones first. Inputs: rollouts.
--- Parameters: $run; $since and $epoch, the two evaluations, each after so many epochs of training; $most.
--- Rule: one rollout a task stands for each evaluation, the first by its id. Of three, two became better and one worse
--- where there are such, of five three and two; what changed most comes first, and tasks that did not change fill up.
+-- Parameters: $run; $since and $epoch: the number of epochs trained before each of the two evaluations; $most.
+-- Rule: one rollout a task represents each evaluation, the first by its id. Of three tasks, two became better and one worse, if there are such; of
+-- five, three and two. The largest changes come first; tasks that did not change fill up.
 WITH answers AS (
     SELECT epoch, task_id, rollout_id, task_text AS task, output, error, reward
     FROM rollouts

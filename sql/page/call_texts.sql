@@ -1,8 +1,8 @@
 -- What the calls of one attempt said and got, with the tokens that were sampled.
 -- Grain: one row per LLM call. Parameters: rollout_id, attempt_id. Inputs: spans, call_twins.
--- Rule: what the record that represents a call does not say, its other records do, the gateway's first: of a call to a frozen model, which
--- has no token ids, the agent's own record may represent it, and hold no messages. `prompt_tokens` and `response_tokens` are as counted;
--- `given`: not the policy chose the tokens of the reply.
+-- Rule: columns come from the record that represents a call, else from its other records, the gateway's first: a call to a frozen model has no token
+-- ids, so the agent's own record, without messages, may represent it. `prompt_tokens` and `response_tokens` are as counted; `given`: not the policy
+-- chose the tokens of the reply.
 WITH records AS (
     SELECT spans.*, coalesce(twins.twin_of, spans.span_id) AS call, twins.twin_of IS NULL AS own
     FROM spans

@@ -1,6 +1,6 @@
--- The rollout that is meant by a name, or by what became of it.
+-- The rollout that a name, or a wish for a bad one, means.
 -- Grain: one row at most. Inputs: rollouts. Parameters, NULL for any: name (of a rollout or a task), run, epoch; worst, failed (booleans).
--- Rule: a rollout of that name goes before those of a task of that name, then the newest epoch; `worst`: the one with the least reward there.
+-- Rule: a rollout of that name goes before rollouts of a task of that name, then the newest epoch; `worst`: the one with the lowest reward there.
 SELECT run, rollout_id, epoch
 FROM rollouts
 WHERE ($name IS NULL OR rollout_id = $name OR task_id = $name)

@@ -1,9 +1,9 @@
 -- How a run went, epoch by epoch: reward of its rollouts and share of held-out tasks right, each with a 95% interval.
 -- Grain: one row per (epoch, mode). Parameters: run. Inputs: rollouts, epoch_manifests.
--- Rule: `algorithms`: those of the epoch's policies that are not the default. An epoch is `imitated` if all its policies trained on examples
--- (sft): its reward is theirs; `demonstrations` are rollouts whose replies were given. `trained_on`: training rollouts of the run up to then (an
--- evaluation's epoch is the number of those trained); `minutes`: since its first rollout began. The interval of a share is Wilson's (1927),
--- that of a mean reward normal over the groups' means, since rollouts of a group have the task in common.
+-- Rule: `algorithms`: those of the epoch's policies that are not the default. An epoch is `imitated` if all its policies trained on examples (sft):
+-- then its reward is that of the examples; `demonstrations` are rollouts with given replies. `trained_on`: training rollouts of the run up to then
+-- (the epoch of an evaluation is the number of epochs trained before it); `minutes`: since the run's first rollout began. The interval of a share is
+-- Wilson's (1927); that of a mean reward is normal over the means of the groups, since rollouts of a group have the task in common.
 WITH counted AS (
     SELECT epoch, mode, group_id, reward, success, demonstration, started, ended
     FROM rollouts

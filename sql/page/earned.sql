@@ -1,8 +1,8 @@
 -- Who earned the reward of a rollout: what each agent's calls were credited with, and its share of what the rollout teaches.
--- Grain: one row per (agent, policy), who teaches most first. Parameters: run, epoch, rollout_id, attempt_id.
+-- Grain: one row per (agent, policy), the largest share first. Parameters: run, epoch, rollout_id, attempt_id.
 -- Inputs: span_tree, call_returns, advantages, call_advantages, merges, exclusions.
--- Rule: `return` is the mean of its calls that are trained on, `advantage` of their tokens; `share` is of the sum of tokens × size of the
--- advantage over all agents. `reason`: the first by name why calls of it are not trained on.
+-- Rule: `return` is the mean over its calls that are trained on, `advantage` over their tokens; `share` is its part of the sum of tokens × size of
+-- the advantage. `reason`: the first by name for which calls of it are not trained on.
 WITH excluded AS (
     SELECT call_id, choice, policy, reason
     FROM exclusions

@@ -1,4 +1,4 @@
--- What the rollouts of a run can be chosen by.
+-- The values by which the rollouts of a run can be filtered.
 -- Grain: one row. Parameters: run. Inputs: rollouts, calls, exclusions, rollout_fates.
 WITH called AS (
     SELECT

@@ -1,6 +1,6 @@
 -- What the held-out tasks gained from the first evaluation of a run to its last, task by task, in reward and in share right.
 -- Grain: one row; none before two evaluations. Parameters: run. Inputs: rollouts.
--- Rule: `became` and `right_became` say whether the difference is more than chance: its 95% interval does not hold 0, over ten tasks or more.
+-- Rule: `became` and `right_became` say whether the difference is more than chance: its 95% interval excludes 0, over ten tasks or more.
 WITH ends AS (
     FROM held_out_gains(p_run := $run) ORDER BY since, epoch DESC LIMIT 1
 ),

@@ -1,4 +1,4 @@
--- The rollouts of a group, side by side: what each was given, and how much better than the others it did.
+-- The rollouts of a group, side by side: the reward of each, and how much better than the others it did.
 -- Grain: one row per rollout. Parameters: run, group_id. Inputs: rollouts, advantages.
 -- Rule: with several agents or policies the advantage is the largest in size. A group that is left out has a mean and a spread too.
 WITH pushed AS (

@@ -1,6 +1,6 @@
 -- What was trained between the evaluations in which a held-out task flipped, the strongest first.
 -- Grain: one row per (epoch, policy, agent, trained_kind). Parameters: run, task_id. Inputs: learned_from.
--- Rule: of tasks without a kind the row is one. `tasks`: those that were pushed most, five at most.
+-- Rule: tasks without a kind share one row. `tasks`: the five, at most, that were pushed most.
 SELECT
     since,
     epoch,

@@ -1,6 +1,6 @@
--- What each reason for which a call trains nothing means, with the run's own limit where there is one.
+-- The meaning of each reason for which a call trains nothing, with the run's own limit if there is one.
 -- Grain: one row per reason. Parameters: run. Inputs: run_settings.
--- Rule: `limit` is as the run's settings give it, of several policies each; NULL: at its default, or the reason has none. docs/credit.md has the same list.
+-- Rule: `limit` is that of the run's settings, for several policies each; NULL: the default, or the reason has none. docs/credit.md has the same list.
 WITH meanings (reason, meaning, setting) AS (
     VALUES
     ('superseded', 'an earlier execution of the rollout counts', NULL),

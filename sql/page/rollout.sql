@@ -1,4 +1,4 @@
--- One rollout as it counts.
+-- One rollout, by its attempt that counts.
 -- Grain: one row. Parameters: run, rollout_id; epoch (NULL: the newest that has it). Inputs: rollouts, epoch_manifests.
 -- Rule: `imitating` are the policies that took examples of the epoch (sft).
 SELECT rollouts.*, coalesce(imitating_policies(manifests.settings), []) AS imitating

@@ -1,7 +1,7 @@
--- The rollouts of a run that meet what is asked for, the newest epoch first.
--- Grain: one row per rollout. Inputs: rollouts, calls, exclusions, rollout_fates. Parameters, NULL for any: run, epoch, mode, task,
--- agent, version (of one of its calls), fate (of rollout_fates, or `counted`), reason (why one of its calls is not trained on), solved (not by a
--- demonstration), low, high (reward), words (in task or output); sort, limit, skip.
+-- The rollouts of a run that pass the filters, the newest epoch first.
+-- Grain: one row per rollout. Inputs: rollouts, calls, exclusions, rollout_fates.
+-- Parameters, NULL for any: run, epoch, mode, task, agent, version (of one of its calls), fate (of rollout_fates, or `counted`), reason (why one of its
+-- calls is not trained on), solved (not by a demonstration), low, high (reward), words (in task or output); sort, limit, skip.
 SELECT
     run,
     epoch,

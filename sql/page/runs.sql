@@ -1,9 +1,9 @@
 -- The runs of the lake, the newest first.
 -- Grain: one row per run. Inputs: epochs, rollouts, epoch_manifests. Parameters: none.
--- Rule: `right_first` and `right_last` are the shares of held-out rollouts that were right in the first and in the last evaluation, made
--- `first_when` and `last_when`; `right_low` and `right_high` are the last one's 95% interval (Wilson's). `gained` is the mean difference of the
--- tasks of both, from `gained_low` to `gained_high` (95%), and `became` whether that is more than chance. `reward` is the last training
--- epoch's; where that trained on examples it is `imitated`. `seconds`: from the first rollout to the last.
+-- Rule: `right_first` and `right_last` are the shares of held-out rollouts that were right in the first and in the last evaluation (`first_when`,
+-- `last_when`); `right_low` and `right_high` are the last one's 95% interval (Wilson's). `gained` is the mean difference over the tasks of both,
+-- `gained_low` to `gained_high` its 95% interval, and `became` whether that is more than chance. `reward` is that of the last training epoch; if that
+-- epoch trained on examples it is `imitated`. `seconds`: from the first rollout to the last.
 WITH held_out AS (
     SELECT
         run,

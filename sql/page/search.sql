@@ -1,4 +1,4 @@
--- What is meant by words: a rollout, task, group or run by its id, the exact ones first, then tasks by their text.
+-- What the words of a search mean: a rollout, task, group or run by its id, exact ones first, then tasks by their text.
 -- Grain: one row per place, twenty at most. Inputs: rollouts. Parameters: words, run (NULL: any; else its places come first).
 -- Rule: of equals a rollout goes before a task, a task before a group and a run, and the newest run before the others.
 WITH places AS (

@@ -1,4 +1,4 @@
--- The settings of a run beside those of another one, first those that differ.
+-- The settings of a run beside those of another one, those that differ first.
 -- Grain: one row per setting that is not at its default in one of the two. Parameters: run, other. Inputs: run_settings.
 -- Rule: NULL is the default.
 SELECT

@@ -1,4 +1,4 @@
--- What the time of a run went into, and the tokens of its stages.
+-- The time that the stages of a run took, and their tokens.
 -- Grain: one row per (epoch, mode, stage). Parameters: run. Inputs: epoch_manifests, epochs.
 -- Rule: `tokens` are those that the rollouts sampled, and those that the training read (its metric `tokens`); NULL: the stage has none.
 SELECT

@@ -1,10 +1,10 @@
--- What came of the rollouts of a task: each answer, and each way to fail, with the reward it got.
--- Grain: one row per (demonstration, outcome, answer or error). Inputs: rollouts, spans. Parameters: run, task_id; limit (NULL: all; one or
--- two more are not hidden).
--- Rule: the most frequent first; what ends with `_in_all` is over all of them but demonstrations, whose answers were given to the policy:
--- these are counted apart, and solve nothing. `answer`: of a JSON object its first key of answer, output, result, reply, text that has
--- something. `cut_off`: rollouts with a reply that ended at its limit of tokens; `uncalled`: those that ended before their first call.
--- `rollout_id` is the newest of them, of `epoch`.
+-- The results of the rollouts of a task: each answer, and each way to fail, with its reward.
+-- Grain: one row per (demonstration, outcome, answer or error). Inputs: rollouts, spans. Parameters: run, task_id; limit (NULL: all; one or two more
+-- are not hidden).
+-- Rule: the most frequent first. Columns that end with `_in_all` are over all rollouts except demonstrations, whose answers were given to the policy:
+-- these are counted separately, and do not solve the task. `answer`: of a JSON object its first key of answer, output, result, reply, text that is not
+-- empty. `cut_off`: rollouts with a reply that ended at its limit of tokens; `uncalled`: rollouts that ended before their first call. `rollout_id` is
+-- the newest of them, of `epoch`.
 WITH ended AS (
     SELECT
         rollout_id,

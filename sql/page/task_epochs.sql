@@ -1,6 +1,6 @@
 -- One task over the epochs of a run.
 -- Grain: one row per (epoch, mode). Parameters: run, task_id. Inputs: rollouts.
--- Rule: `solved` by the policy itself; `demonstrations` are shown to it, right or not.
+-- Rule: `solved`: by the policy itself; `demonstrations` were shown to it, right or not.
 SELECT
     epoch,
     mode,

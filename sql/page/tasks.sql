@@ -1,7 +1,7 @@
 -- How often the agent solved each task of a run, epoch by epoch.
 -- Grain: one row per (task_id, mode). Parameters: run, mode. Inputs: rollouts.
--- Rule: tasks that were never solved come first, then by the share of their rollouts that were right. A
--- demonstration is none of the agent's: it is in no share, and a task that was right there alone (`demonstrated`) was never solved.
+-- Rule: tasks that were never solved come first, then by the share of their rollouts that were right. Demonstrations are in no share: a task that was
+-- right only there (`demonstrated`) was never solved.
 WITH cells AS (
     SELECT
         task_id,

@@ -1,8 +1,8 @@
--- Whose calls the policies of a run were really trained on, beside the pattern that chooses them.
--- Grain: one row per (policy, agent); no agent: none of the policy's calls was trained on yet. Parameters: run.
+-- The agents whose calls the policies of a run were really trained on, beside the pattern that selects them.
+-- Grain: one row per (policy, agent); without an agent: none of the policy's calls was trained on yet. Parameters: run.
 -- Inputs: trained_calls, stored.policy_calls, epoch_manifests, run_settings.
--- Rule: `agent_match`, with its key `setting`, is that of the newest epoch, and is searched in the agent's name; NULL: the default, which
--- takes every agent.
+-- Rule: `agent_match`, with its key `setting`, is that of the newest epoch, a pattern that is searched in the agent's name; NULL: the default, which
+-- matches every agent.
 WITH trained AS (
     SELECT calls.policy, calls.agent, count(*) AS calls
     FROM trained_calls AS trained

@@ -1,5 +1,5 @@
 -- Where the calls of a run's training rollouts went: sampled, then trained on, or left out and why.
--- Grain: one row per (policy, reason); NULL: trained on, also where that is none. Parameters: run; epoch (NULL: all).
+-- Grain: one row per (policy, reason); the row with reason NULL counts the trained ones, also if there are none. Parameters: run; epoch (NULL: all).
 -- Inputs: trained_calls, epoch_manifests, exclusion_reasons.
 WITH counted AS (
     SELECT policy, NULL AS reason, count(*) AS calls

@@ -1,8 +1,8 @@
--- The rollouts of a batch, as a reflecting model reads them: what was asked, what the agent's calls said, what it got for it and why.
+-- The rollouts of a batch, as a reflecting model reads them: the task, what the agent's calls said, the rewards and the reasons for them.
 -- Grain: one row per rollout that counts. Inputs: rollouts, calls, rewards.
--- Parameters: run, epoch; prompts and patterns, the prompts and, in the same order, the regex (RE2) on the agents that each is of ('': all calls).
--- Rule: `said` has every call once, in the order in which they began, with its agent and the prompts that are its agent's. `rewards` has each reward with its words, or the error of a
--- grader that gave none.
+-- Parameters: run, epoch; prompts and patterns: the prompts and, in the same order, a regex (RE2) on the agents of each ('': all calls).
+-- Rule: `said` has every call once, in the order in which they began, with its agent and the prompts of that agent. `rewards` has each reward with its
+-- words, or the error of a grader that gave none.
 WITH said AS (
     SELECT
         rollout_id,

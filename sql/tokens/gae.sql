@@ -1,11 +1,11 @@
 -- Advantages of single tokens by a critic: GAE over the trained tokens of a rollout, through all its calls.
--- Grain: one row per sequence; every list has one entry a trained token. `returns` is what the critic should have said.
+-- Grain: one row per sequence; every list has one entry a trained token. `returns` is the critic's target.
 -- Inputs: token_scores (`values`: the critic's of each token), sequence_calls, options (gae_lambda, normalize).
 -- Rule: A(t) = d(t) + lambda * g * A(next), d(t) = r(t) + g * V(next) - V(t) (Schulman et al. 2016, arXiv:1506.02438, equation 16).
--- V is what the group's other rollouts got at this step (`others` of its call), and how much more the critic says; so `returns` is
--- A + V less the former. The next token is that of the same call or, behind its last, the first of the rollout's next call: prompts
--- and tool results in between are no steps. g is 1 within a call, the call's `discount` behind it; r is the call's
--- reward, at its last token. `explained_variance`: the share of the variance of `returns` that the critic's values have.
+-- V is what the group's other rollouts got at this step (`others` of its call), plus the critic's value; so `returns` is A + V less `others`. The
+-- next token is that of the same call or, after its last, the first of the rollout's next call: prompts and tool results in between are no
+-- steps. g is 1 within a call and the call's `discount` after it; r is the call's reward, at its last token. `explained_variance`: the share of the
+-- variance of `returns` that the critic's values explain.
 -- Of n tokens: a sum over the first 2k is that over k and, times its weight, that over the k behind them; so log n rounds.
 WITH RECURSIVE tokens AS MATERIALIZED (
     -- `token`: a number of its own, in the order of sequence and place.

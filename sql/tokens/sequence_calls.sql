@@ -1,11 +1,11 @@
--- The calls of each sequence, in their order in time, and what each was rewarded with: what advantages of single tokens are made of.
+-- The calls of each sequence, in their order in time, with the reward of each: advantages of single tokens are made from them.
 -- Grain: one row per trained call and choice. `place` counts the sequence's trained calls from 1; `tokens` are those sampled in it.
 -- Inputs: sequences, merges, call_returns, reward_settings.
--- Rule: `next_call` is the call that the same rollout (and, where rewards are given to calls, the same agent) trained next, NULL
--- behind the last; what comes then counts times `discount`. `reward` is what the call itself was given, so that these
--- sums are the call's return. final: the rollout's reward, to its last call. discounted: its return less the discounted one of
--- the next. nearest: its return, and nothing that comes then counts. `others`: the mean return of the group's other rollouts at
--- the same step of the same agent, each once; 0 where there is none.
+-- Rule: `next_call` is the next trained call of the same rollout (and of the same agent, if rewards are given to calls); NULL after the last. Its
+-- value counts times `discount`. `reward` is the call's own reward, so that these discounted sums are the call's return:
+-- final: the rollout's reward, for its last call. discounted: the call's return less the discounted return of the next. nearest: its return,
+-- with a discount of 0. `others`: the mean return of the group's other rollouts at the same step of the same agent, each once; 0 if there is
+-- none.
 WITH trained AS (
     SELECT policy, sequence_id, generate_subscripts(call_ids, 1) AS place, unnest(call_ids) AS id FROM sequences
 ),

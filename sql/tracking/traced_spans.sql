@@ -1,7 +1,7 @@
--- The spans of some rollouts of an epoch, as repaired, for MLflow's trace view.
--- Grain: one row per span, and per declared parent that never came (without a start). Parameters: run, epoch, mode, traces (how many
--- rollouts). Inputs: rollouts, span_tree, spans.
--- Rule: a third of the rollouts are those with the least reward, a third those with the most, the others are drawn by a hash of their ids.
+-- The spans of some rollouts of an epoch, in their repaired trees, for MLflow's trace view.
+-- Grain: one row per span, and per declared parent that never came (without a start). Parameters: run, epoch, mode, traces (how many rollouts).
+-- Inputs: rollouts, span_tree, spans.
+-- Rule: a third of the rollouts have the lowest rewards, a third the highest; a hash of their ids draws the others.
 WITH ranked AS (
     SELECT
         *,

@@ -1,4 +1,4 @@
--- Which agents' calls would have weighed more, and which less, over all epochs.
+-- The agents whose calls would have weighed more, or less, over all epochs.
 -- Grain: one row per (policy, agent). Inputs: moved. Parameters: none.
 -- Rule: `weight_before` and `weight_after` are the agent's part of the gradient's size.
 SELECT

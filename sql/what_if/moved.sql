@@ -1,8 +1,7 @@
--- How a run's training would have differed: of each rollout and agent its push as it was and as it would have been.
+-- How a run's training would have differed: the push of each rollout and agent, before and after.
 -- Grain: one row per (epoch, policy, agent, rollout_id) of either. Inputs: pushed_before, pushed_after. Parameters: none.
--- Rule: `share_before` and `share_after` are shares of the epoch's gradient, the push over the sum of all sizes, with its sign; `moved` is
--- half of the size of their difference, so that the sum over an epoch goes from 0 (nothing changes) to 1 (all of it changes hands, or
--- its sign).
+-- Rule: `share_before` and `share_after` are shares of the epoch's gradient: the push, with its sign, over the sum of all sizes. `moved` is half of
+-- the size of their difference, so the sum over an epoch is from 0 (nothing changes) to 1 (all of it goes to others, or changes its sign).
 WITH shares AS (
     SELECT *, push / nullif(sum(abs(push)) OVER (PARTITION BY side, epoch, policy), 0) AS share
     FROM (SELECT 'before' AS side, * FROM pushed_before UNION ALL SELECT 'after', * FROM pushed_after)

@@ -1,6 +1,6 @@
--- What pushes the weights: of each rollout and agent how many tokens train, and how hard.
+-- What pushes the weights: for each rollout and agent how many tokens train, and how strongly.
 -- Grain: one row per (epoch, policy, agent, rollout_id) with a call of a policy. Parameters: run. Inputs: triplets, rollouts.
--- Rule: `push` is the sum of the advantage over the tokens that are trained on, the gradient's weight of them before any clipping.
+-- Rule: `push` is the sum of the advantage over the tokens that are trained on: their weight in the gradient before any clipping.
 SELECT
     triplets.epoch,
     triplets.policy,

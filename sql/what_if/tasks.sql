@@ -1,4 +1,4 @@
--- On which tasks the most of the gradient would have changed hands, over all epochs.
+-- The tasks on which most of the gradient would have changed hands, over all epochs.
 -- Grain: one row per (policy, task_id). Inputs: moved. Parameters: none.
 SELECT
     policy,

@@ -1,6 +1,6 @@
 -- Calls that several agents could have made; they train nothing where it matters whose they are.
 -- Grain: one row per (epoch, policy). Parameters: run. Inputs: policy_calls, calls.
--- Rule: a call is certain where its span, as the LLM client recorded it, lies in its agent's. `seen`: the rollouts in which any
+-- Rule: a call is certain if the span that the LLM client recorded lies in its agent's span. `seen`: the rollouts in which any
 -- instrumentation recorded calls.
 -- Remedy: Instrument the LLM client in the agent's process (openinference-instrumentation-openai, or what docs/frameworks.md names for the framework), and hand the context to the threads that call; `policies[].ambiguous: train` where every one of these agents is trained.
 -- Evidence: SELECT epoch, policy, call_id, rollout_id, method, candidate_agents FROM policy_calls WHERE run = $run AND ambiguous

@@ -1,7 +1,7 @@
 -- A clock is off: spans end after the gateway received them.
 -- Grain: one row per (epoch, mode). Parameters: run. Inputs: spans, rollouts.
--- Rule: spans that the gateway did not write itself, by more than two processes' clocks may be apart. Up to `forgiven` seconds are
--- estimated where calls have to be given to agents by time; more is not.
+-- Rule: spans that the gateway did not write itself, and that end later than the tolerated difference of two clocks. If calls have to be given to
+-- agents by time, differences of up to `forgiven` seconds are estimated; larger ones are not.
 -- Remedy: Let the machines of the agents and of the gateway keep one time (NTP, chrony); calls that declare their parent need no clock.
 -- Evidence: SELECT rollouts.epoch, rollouts.mode, spans.rollout_id, spans.attempt_id, spans.name, spans.instrumentation, (spans.end_ns - spans.received_ns) / 1e9 AS seconds_ahead FROM spans JOIN rollouts USING (rollout_id, attempt_id) WHERE rollouts.run = $run AND spans.sender IS DISTINCT FROM 'gateway' AND spans.end_ns > spans.received_ns + clock_tolerance_ns()
 WITH limits AS (

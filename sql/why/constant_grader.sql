@@ -1,9 +1,9 @@
 -- The grader gives every rollout the same number.
 -- Grain: one row per (epoch, mode, reward name). Parameters: run. Inputs: rewards_given, rollouts, epoch_manifests.
--- Rule: of the rewards that count, over rollouts of several tasks, and of the whole run: an epoch in which a grader gives the lowest
--- number that it ever gave is a warning, the highest (all solved) is none. Before it gave a higher one, the policy may be able to do nothing
--- yet; before any epoch that compares rollouts (not `algorithm: sft`, which may show the answers) it may be the tasks; and one of several
--- rewards may well be constant: a note.
+-- Rule: only rewards that count, over rollouts of several tasks. It is a warning if an epoch has only the lowest number that the grader ever gave in
+-- the run; if it has only the highest (all solved), nothing is reported. It is a note if the grader never gave a higher number before (the policy
+-- may not be able to do anything yet), before any epoch that compares rollouts (the tasks may be the reason; `algorithm: sft` does not compare, and
+-- may show the answers), and for one of several rewards, which may well be constant.
 -- Remedy: Try the grader on an answer that is right and on one that is wrong (`lightning-flows regrade` grades the recorded rollouts again); one that calls a judge or compares text often fails to its default.
 -- Evidence: SELECT epoch, reward_name, reward, count(*) AS rollouts FROM rewards_given WHERE run = $run AND source = 'grader' GROUP BY ALL ORDER BY ALL
 WITH limits AS (

@@ -1,6 +1,6 @@
 -- The disk lost spans that were acknowledged: a record of the spool could not be read back.
 -- Grain: one row per (epoch, mode). Parameters: run. Inputs: rejections, epoch_manifests.
--- Rule: any. Which rollouts lack spans is not known: those of the epoch that was open when the record was written.
+-- Rule: any such record. It is not known which rollouts lack spans, only the epoch that was open when the record was written.
 -- Remedy: Look at the disk (`dmesg`, SMART) and restore `spool/` from a copy if there is one; the bytes are in `spool/rejected/`. Repeat the epoch (`--from rollouts`) where its rollouts matter.
 -- Evidence: SELECT * FROM rejections WHERE reason = 'acknowledged, and damaged on the disk since'
 WITH damaged AS (

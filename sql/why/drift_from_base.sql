@@ -1,6 +1,6 @@
 -- Trainer and model server differ the more, the further the policy is from its base.
 -- Grain: one row per (epoch, policy). Parameters: run. Inputs: signals.
--- Rule: `mismatch` (mean absolute difference of logprobs before the first step, nats) of epochs that are on policy, so age explains none of it.
+-- Rule: `mismatch` (mean absolute difference of logprobs before the first step, nats), only of epochs that are on policy, so that age explains none of it.
 -- Remedy: Serve what is trained: the same dtype on both sides, adapters merged or not on both, and no quantized model in vLLM; `training.importance_correction: token_truncate` bounds the damage meanwhile.
 -- Evidence: SELECT epoch, policy, signal, value FROM signals WHERE run = $run AND mode = 'train' AND signal IN ('mismatch', 'version', 'staleness') ORDER BY ALL
 WITH limits AS (

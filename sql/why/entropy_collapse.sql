@@ -1,7 +1,7 @@
 -- The policy nearly always says the same before it has solved its tasks: it tries nothing new.
 -- Grain: one row per (epoch, policy). Parameters: run. Inputs: signals, epochs, epoch_manifests.
--- Rule: `entropy` (nats a trained token) against that of the first epoch of the same algorithms: one of `algorithm: sft` may have shown the
--- answers, and measures what it was shown. Where nearly all rollouts succeed there is nothing left to try.
+-- Rule: `entropy` (nats a trained token) compared with the first epoch of the same algorithms, because an epoch of `algorithm: sft` measures the answers
+-- that it was shown. If nearly all rollouts succeed there is nothing left to try.
 -- Remedy: Sample with `temperature: 1`, lower the learning rate, or pay for entropy (`training.trl: {entropy_coef: …}`); `alarm.entropy_below` stops such a run.
 -- Evidence: SELECT epoch, policy, value AS entropy FROM signals WHERE run = $run AND signal = 'entropy' ORDER BY ALL
 WITH limits AS (

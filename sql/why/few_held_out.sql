@@ -1,7 +1,7 @@
 -- There are too few held-out tasks to tell the gain that is hoped for from chance.
 -- Grain: one row per evaluation but the first. Parameters: run. Inputs: rollouts.
--- Rule: so many tasks are needed that the 95% interval of the mean difference to the first evaluation is narrower than the gain. A gain that is
--- sure all the same, with its interval above 0, needs no more; of fewer than ten tasks none is sure.
+-- Rule: there should be so many tasks that the 95% interval of the mean difference to the first evaluation is narrower than the gain. If the interval is
+-- above 0 anyway, the gain is sure and no more are needed; with fewer than ten tasks no gain is sure.
 -- Remedy: Hold out more tasks (`tasks.evaluate`, `evaluation.limit`), or try each several times (`evaluation.rollouts_per_task`).
 -- Evidence: FROM held_out_gains(p_run := $run)
 WITH limits AS (

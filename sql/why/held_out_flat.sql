@@ -1,7 +1,7 @@
 -- The reward rises in training, and that of the held-out tasks does not.
 -- Grain: one row per evaluation. Parameters: run. Inputs: rollouts.
--- Rule: both since the first of their kind, with 95% intervals: training over groups, each divided by the weight of its task in the draw, held-out over tasks. Flat is less than
--- a quarter of what training gained, and an interval that holds 0; below 0 is worse.
+-- Rule: both rewards are compared with the first epoch or evaluation, with 95% intervals: training over groups, each divided by the weight of its task in
+-- the draw, held-out over tasks. Flat means a gain of less than a quarter of training's, with an interval that includes 0; a gain below 0 is worse.
 -- Remedy: Train on more and other tasks, for fewer epochs; see whether the training tasks leak their answers, and whether the held-out ones are of the same kind.
 -- Evidence: FROM task_changes(p_run := $run)
 WITH limits AS (

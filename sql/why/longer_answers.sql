@@ -1,7 +1,7 @@
 -- The policy talks more than at first and gets no more reward for it.
 -- Grain: one row per epoch. Parameters: run. Inputs: rollouts, epoch_manifests.
--- Rule: against the run's first epoch of the same algorithms, since one of `algorithm: sft` may have shown the answers; over groups, each
--- divided by the weight of its task in the draw; the reward rose if the change is above its 95% interval.
+-- Rule: compared with the run's first epoch of the same algorithms, since one of `algorithm: sft` may have shown the answers; over groups, each divided
+-- by the weight of its task in the draw. The reward rose if the 95% interval of its change is above 0.
 -- Remedy: Take the length out of the reward's way: `advantages: dr_grpo` (no division by the deviation), a limit of tokens, or a reward that costs tokens (`reward.air`); question reward_by_length shows whether longer answers get more.
 -- Evidence: FROM reward_by_length(p_run := $run)
 WITH limits AS (

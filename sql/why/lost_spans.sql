@@ -1,6 +1,7 @@
 -- Spans came too late for their epoch, or could not be decoded: nothing that is trained has read them.
 -- Grain: one row per (epoch, mode). Parameters: run. Inputs: epochs, epoch_manifests.
--- Rule: a warning where more than one rollout in twenty could lack one. Not while an epoch is graded: its seal moves behind the rewards then.
+-- Rule: a warning if more than one rollout in twenty may lack a span. Nothing is reported while an epoch is graded, because its seal then moves behind
+-- the rewards.
 -- Remedy: Let the agent's process flush its exporter before it ends (`provider.shutdown()`); why spans were rejected is in table rejections.
 -- Evidence: FROM late_and_rejected(p_run := $run)
 WITH limits AS (

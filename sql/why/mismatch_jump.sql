@@ -1,7 +1,7 @@
 -- Right after new weights were loaded, trainer and model server differ much more than before.
 -- Grain: one row per (epoch, policy). Parameters: run. Inputs: signals.
--- Rule: `mismatch` of an epoch that is on policy, against that of the epoch before, which had another version. A prefix cache that outlives
--- the swap answers the first calls with the former version's keys and values.
+-- Rule: `mismatch` of an epoch that is on policy, compared with the epoch before, which had another version. If a prefix cache survives the swap, the
+-- first calls are answered with the former version's keys and values.
 -- Remedy: Look whether vLLM resets its prefix cache when weights are swapped (start it with `--no-enable-prefix-caching` to see whether it is that), and whether calls ran through the swap (staleness).
 -- Evidence: SELECT epoch, policy, policy_version, lag, calls FROM staleness WHERE run = $run AND mode = 'train' ORDER BY ALL
 WITH limits AS (

@@ -1,8 +1,8 @@
 -- Groups whose rollouts all got about the same reward: nothing is learned from them.
 -- Grain: one row per (epoch, policy). Parameters: run. Inputs: advantages, rollouts.
--- Rule: a group teaches where any of its rollouts has an advantage that is trained; one that does not counts under the first of its reasons by
--- name. Groups that are all right are the aim: it warns where nearly all of the others teach nothing.
--- Right, or not, is of the group's rollouts: the task may be solved in another epoch.
+-- Rule: a group teaches if any of its rollouts has an advantage that is trained; otherwise it counts under the first of its reasons by name. Groups that
+-- are all right are the aim, so it warns if nearly all of the others teach nothing. Right refers to the group's rollouts: the task may be solved
+-- in another epoch.
 -- Remedy: Tasks that are always solved, or never, teach nothing: leave them out or make them easier (partial rewards, a hint, demonstrations first); a larger `rollout.group_size` finds the rare success; `tasks.sampler: unsolved` draws more tasks of the kinds that are not solved yet; `rollout.replaced_groups` rolls further tasks out in their place.
 -- Evidence: SELECT epoch, policy, group_id, group_mean, group_std, left_out, count(*) AS rollouts FROM advantages WHERE run = $run AND left_out IS NOT NULL GROUP BY ALL ORDER BY ALL
 WITH limits AS (

@@ -1,6 +1,6 @@
 -- One part of the reward rises while another falls: the policy may have found what is cheap to get.
 -- Grain: one row per (epoch, rising reward, falling reward). Parameters: run. Inputs: rewards_given, rollouts.
--- Rule: against the first training epoch in which both were given, each by more than three standard errors.
+-- Rule: compared with the first training epoch in which both were given, each by more than three standard errors.
 -- Remedy: Read the best rollouts of the epoch; weigh the parts anew (`reward.weights`), or give the cheap part only where the other is earned.
 -- Evidence: FROM reward_sources(p_run := $run)
 WITH limits AS (

@@ -1,6 +1,6 @@
 -- More and more tasks get the same answer, and it is rewarded: the policy may have found one that passes for right.
 -- Grain: one row per epoch. Parameters: run. Inputs: rollouts.
--- Rule: the answer given to most tasks, and to what share of them, against the first training epoch.
+-- Rule: the answer that was given to most tasks, and its share of the tasks, compared with the first training epoch.
 -- Remedy: Read that answer and what the grader says of it; a grader that accepts an empty, a general or a guessed answer has to be mended before training goes on.
 -- Evidence: SELECT epoch, output, count(DISTINCT task_id) AS tasks, avg(reward) AS reward FROM rollouts WHERE run = $run AND mode = 'train' GROUP BY ALL ORDER BY epoch, tasks DESC
 WITH limits AS (

@@ -1,9 +1,11 @@
 -- Calls came from other weights than the epoch names: the version served is not the one that was trained.
 -- Grain: one row per (epoch, mode, policy, sign). Parameters: run. Inputs: staleness, calls, policy_epochs, signals.
--- Rule: four signs. Sampled more than a version behind, or ahead (an evaluation: any other version). Answered under the name of
--- another version, or under the base's while other calls of the policy have an adapter's. Begun with another version than the epoch
--- before trained. Sampled with other logprobs than the trainer finds for the same version: equal weights differ by rounding alone
--- (bfloat16: 0.014 nats a token), so `mismatch` of calls that are on policy says what no label says. Constrained outputs differ as well.
+-- Rule: there are four signs.
+-- 1. Calls were sampled more than a version behind, or ahead (in an evaluation: by any other version).
+-- 2. The model server answered under the name of another version, or of the base while other calls of the policy have an adapter's name.
+-- 3. The epoch began with another version than the epoch before trained.
+-- 4. The logprobs differ from the trainer's for the same version (`mismatch` of calls that are on policy): equal weights differ only by rounding
+-- (bfloat16: 0.014 nats a token). Constrained outputs differ as well.
 -- Remedy: Stop and start vLLM, so that it loads the version from disk, and repeat the epoch with `train-epoch --from rollouts`; what was trained on these calls is not worth keeping. Logprobs that differ are expected of structured outputs alone.
 -- Evidence: SELECT epoch, mode, policy, policy_version, served_model, count(*) AS calls FROM calls WHERE run = $run AND policy IS NOT NULL GROUP BY ALL ORDER BY ALL
 WITH limits AS (

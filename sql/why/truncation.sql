@@ -1,6 +1,6 @@
 -- Whether a reply was cut off decides the reward.
 -- Grain: one row per (epoch, mode). Parameters: run. Inputs: calls, rollouts.
--- Rule: the correlation of reward and of having a call that ended at the limit of tokens, where enough rollouts have one.
+-- Rule: the correlation between the reward and having a call that ended at the limit of tokens, if enough rollouts have one.
 -- Remedy: Give more room (`policies[].sampling.max_tokens`, the agent's own `max_tokens`), or ask for shorter replies; a policy that is only taught not to be cut off learns to be short. `policies[].truncated: drop` trains on none of them, and a rule of `reward.air` with `before_limit` makes the last tokens before the limit dearer by degrees.
 -- Evidence: FROM cut_off_responses(p_run := $run)
 WITH limits AS (

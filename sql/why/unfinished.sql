@@ -1,6 +1,7 @@
 -- Many planned rollouts have no result.
 -- Grain: one row per (epoch, mode). Parameters: run. Inputs: epochs.
--- Rule: of epochs whose rollouts are over. The infrastructure failed them on every try, so they count for nothing, and what is left may be the easy ones.
+-- Rule: only epochs whose rollouts are over. The infrastructure failed these rollouts on every try, so they do not count, and the rest may be the easy
+-- ones.
 -- Remedy: Read what broke (question error_messages); fewer at a time (`rollout.concurrency`), more tries (`rollout.retries`) or more time (`agent.timeout_s`) help against load.
 -- Evidence: SELECT epoch, mode, state, outcome, error, count(*) AS attempts FROM attempts WHERE run = $run GROUP BY ALL ORDER BY ALL
 WITH limits AS (
