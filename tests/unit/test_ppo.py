@@ -164,7 +164,8 @@ def test_an_epoch_ended_after_any_step_comes_to_the_same_weights_critic_and_scor
 def test_what_a_killed_try_wrote_is_no_row_of_a_training_by_another_algorithm(
     make_ppo: Callable[..., Job], make_job: Callable[..., Job]
 ) -> None:
-    for settings in ({}, {"sft": {}}):
+    others: list[dict[str, Any]] = [{}, {"sft": {}}]
+    for settings in others:
         job = make_ppo()
         with pytest.raises(Killed):
             run_job(job, Dying(job.progress, 3))
