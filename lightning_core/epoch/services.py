@@ -165,10 +165,8 @@ def stop_orphans(home: Path) -> None:
     gateway = GatewayHandle.find(home)
     if gateway is not None:
         end_group(gateway.pid, created(gateway.pid), 30)
-    replica = 0
-    while (vllm := VllmServer.known(home, replica)) is not None:
+    for vllm in VllmServer.all_known(home):
         vllm.stop()  # of one that is gone, what it left
-        replica += 1
 
 
 def _answers(vllm: VllmServer) -> bool:

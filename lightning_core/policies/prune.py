@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import count
 from pathlib import Path
 
 from lightning_core.files import rename
@@ -143,10 +142,7 @@ def _manifest(store: PolicyStore, version: str) -> Manifest | None:
 
 def _loaded(store: PolicyStore, home: Path) -> Iterator[str]:
     """Yield the versions that a vLLM of this home holds: when it dies it is started again with them."""
-    for replica in count():
-        vllm = VllmServer.known(home, replica)
-        if vllm is None:
-            return
+    for vllm in VllmServer.all_known(home):
         for folder in map(Path, (vllm.state.weights, *vllm.state.adapters.values())):
             if folder.parent == store.folder.resolve():
                 yield folder.name

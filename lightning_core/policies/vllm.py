@@ -148,6 +148,13 @@ class VllmServer:
         state = _read_state(home, replica)
         return None if state is None else cls(state, home)
 
+    @classmethod
+    def all_known(cls, home: Path) -> list[VllmServer]:
+        """Return those of all replicas of a home that were started and not stopped, be they running or gone."""
+        files = (home / "services").glob("vllm*.json")
+        numbers = sorted(int(file.stem.partition("-")[2] or 0) for file in files)
+        return [vllm for number in numbers if (vllm := cls.known(home, number)) is not None]
+
     def refresh(self) -> bool:
         """Take over what other handles did to it: swaps, adapters, a restart. False if it was stopped for good."""
         state = _read_state(self.home, self.state.replica)

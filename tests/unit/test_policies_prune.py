@@ -130,7 +130,10 @@ def test_what_the_newest_finished_epoch_began_with_stays_while_the_next_is_open(
     assert prune(tmp_path, "policy").kept["v0003"] == ["run a"]
 
 
-def test_what_a_vllm_holds_stays_since_it_is_started_again_with_it(store: PolicyStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("record", ["vllm.json", "vllm-1.json"])  # the second alone: a kill amid stopping both
+def test_what_a_vllm_holds_stays_since_it_is_started_again_with_it(
+    record: str, store: PolicyStore, tmp_path: Path
+) -> None:
     def held(version: str) -> str:
         return str(store.path(version))
 
@@ -140,7 +143,7 @@ def test_what_a_vllm_holds_stays_since_it_is_started_again_with_it(store: Policy
         adapters={"policy-v0002": held("v0002"), "policy-v0005": held("v0005"), "other-v0003": "/elsewhere/v0003"},
     )  # fmt: skip
     (tmp_path / "services").mkdir()
-    (tmp_path / "services/vllm.json").write_text(json.dumps(asdict(state)))
+    (tmp_path / "services" / record).write_text(json.dumps(asdict(state)))
     assert prune(tmp_path, "policy").kept == {
         "v0000": ["base"],
         "v0002": ["loaded in vLLM"],
