@@ -21,7 +21,6 @@ import hashlib
 import json
 from typing import Any
 
-from lightning_core import algorithms
 from lightning_core.agents.source import agent_digest
 from lightning_core.config import PolicySettings
 from lightning_core.epoch.derive import derive_code, sql_digest
@@ -29,11 +28,9 @@ from lightning_core.epoch.derive_inputs import settings_read
 from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.plan import PlannedRollout, own_prompts, plan_training
 from lightning_core.epoch.task_file import load_tasks
-from lightning_core.lake import sql
 from lightning_core.lake.manifest import EpochManifest, stage_key
 from lightning_core.loading import code_digest
-from lightning_core.training.code import training_code
-from lightning_core.training.weighing import weighing_sql
+from lightning_core.training.code import algorithm_code, training_code
 
 # What decides how a call is answered, not when.
 _OF_THE_GATEWAY = {"upstreams", "version_change", "media_urls", "calls_per_rollout", "tokens_per_rollout"}
@@ -100,10 +97,8 @@ def train_key(epoch: Epoch, policy: PolicySettings) -> str:
     sequences, parent = epoch.manifest.tables["sequences"].digest, epoch.manifest.versions[policy.name]
     aside: dict[str, Any] = {"aliases": True, "training": {"checkpoint_seconds"}}
     read = policy.model_dump(mode="json", exclude=aside, exclude_defaults=True)
-    weighing = policy.made_algorithm.weigh()
-    algorithm = [code_digest(policy.algorithm)] if algorithms.is_own(policy.algorithm) else []
-    algorithm += [weighing_sql(weighing), sql.text("tokens/sequence_calls")] if weighing is not None else []
-    return stage_key(sequences, read, epoch.settings.seed, scheduled_over, parent, training_code(), *algorithm)
+    code = [training_code(), *algorithm_code(policy)]
+    return stage_key(sequences, read, epoch.settings.seed, scheduled_over, parent, *code)
 
 
 def record_key(epoch: EpochManifest) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_core import algorithms
 from lightning_core.config import PolicySettings
+from lightning_core.lake import sql
 from lightning_core.loading import code_digest
 from lightning_core.training.weighing import weighing_sql
 
@@ -22,7 +23,7 @@ def training_code() -> str:
 
 def algorithm_code(policy: PolicySettings) -> list[str]:
     """Return what is read of a policy's algorithm beside that: a digest of a class of the user's own, and the SQL that
-    weighs tokens."""
+    weighs tokens, with what it reads."""
     weighing = policy.made_algorithm.weigh()
     own = [code_digest(policy.algorithm)] if algorithms.is_own(policy.algorithm) else []
-    return own if weighing is None else [*own, weighing_sql(weighing)]
+    return own if weighing is None else [*own, weighing_sql(weighing), sql.text("tokens/sequence_calls")]
