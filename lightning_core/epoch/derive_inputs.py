@@ -164,9 +164,7 @@ def make_inputs(con: duckdb.DuckDBPyConnection, epoch: Epoch) -> None:
             "every": (pa.bool_(), [taker.examples.without_ids == "tokenize"] if taker else []),
         },
     )
-    con.register("tokenized_arrow", TOKENIZED.empty_table())
-    con.execute("CREATE TABLE tokenized_calls AS FROM tokenized_arrow")
-    con.unregister("tokenized_arrow")
+    con.from_arrow(TOKENIZED.empty_table()).create("tokenized_calls")
     prompts = manifest.prompts or {}
     _table(
         con,
@@ -332,10 +330,7 @@ def _air_rules(con: duckdb.DuckDBPyConnection, air: str | list[AirRule]) -> None
 
 
 def _table(con: duckdb.DuckDBPyConnection, name: str, columns: dict[str, tuple[pa.DataType, list[Any]]]) -> None:
-    table = pa.table({key: pa.array(values, kind) for key, (kind, values) in columns.items()})
-    con.register(f"{name}_arrow", table)
-    con.execute(f"CREATE TABLE {name} AS FROM {name}_arrow")
-    con.unregister(f"{name}_arrow")
+    con.from_arrow(pa.table({key: pa.array(values, kind) for key, (kind, values) in columns.items()})).create(name)
 
 
 def _version(epoch: EpochManifest, policy: str) -> int | None:

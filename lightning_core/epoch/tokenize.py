@@ -80,9 +80,7 @@ def make_tokenized(con: duckdb.DuckDBPyConnection, epoch: Epoch) -> None:
             continue
         template = template or Template(_folder(epoch))
         table = _tokenized(template, batch.to_pylist())
-        con.register("tokenized_arrow", table)
-        con.execute("INSERT INTO tokenized_calls FROM tokenized_arrow")
-        con.unregister("tokenized_arrow")
+        con.from_arrow(table).insert_into("tokenized_calls")
         done, flawed = done + table.num_rows, flawed + table.num_rows - table["flaw"].null_count
         if done % (20 * _AT_ONCE) == 0:
             logger.info("%d calls without token ids are tokenized", done)

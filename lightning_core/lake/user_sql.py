@@ -115,9 +115,7 @@ def alone(con: duckdb.DuckDBPyConnection, tables: Sequence[str]) -> Iterator[duc
     lake, spill = _setting(con, "file_search_path"), _setting(con, "temp_directory")
     with duckdb.connect(config={"file_search_path": lake, "temp_directory": f"{spill}/alone"}) as own:
         for name in tables:
-            own.register("given", con.sql(f"FROM {name}").to_arrow_table())
-            own.execute(f"CREATE TABLE {name} AS FROM given")
-            own.unregister("given")
+            own.from_arrow(con.sql(f"FROM {name}").to_arrow_table()).create(name)
         yield own
 
 
