@@ -89,7 +89,7 @@ def _rollouts(lake: Lake, wanted: FinetuneSettings, chosen: list[EpochManifest],
         con.register("chosen_plans", pa.table({"rollout_id": pa.array(planned, pa.string())}))
         con.execute(
             "CREATE TABLE time_window AS SELECT ?::BIGINT AS since_ns, ?::BIGINT AS until_ns",
-            [_ns(wanted.since), _ns(wanted.until)],
+            [ns_of(wanted.since), ns_of(wanted.until)],
         )
         sql.create(con, "finetune/finetune_rollouts")
         return con.sql("FROM finetune_rollouts").to_arrow_table()
@@ -99,5 +99,6 @@ def _names(epochs: list[EpochManifest]) -> str:
     return ", ".join(f"{m.run} {m.epoch}" for m in epochs)
 
 
-def _ns(moment: datetime | None) -> int | None:
+def ns_of(moment: datetime | None) -> int | None:
+    """Return a time as ns since 1970; one without an offset is in the local time of the machine."""
     return None if moment is None else int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from lightning_core.config.section import Section, SettingsError
 from lightning_core.epoch.epoch import Epoch
-from lightning_core.epoch.finetune import require_others_rollouts
+from lightning_core.epoch.finetune import ns_of, require_others_rollouts
 from lightning_core.lake import sql
 from lightning_core.lake.manifest import Source
 
@@ -64,8 +64,8 @@ def choose(epoch: Epoch, choice: Choice, now_ns: int) -> Chosen:
             [
                 epoch.run,
                 epoch.number,
-                _ns(choice.since),
-                _ns(choice.until),
+                ns_of(choice.since),
+                ns_of(choice.until),
                 now_ns - int(choice.silent_s * 1e9),
                 choice.group_by,
                 any(p.imitates and p.examples.without_ids == "tokenize" for p in epoch.settings.policies),
@@ -105,7 +105,3 @@ def take(epoch: Epoch, choice: Choice, now_ns: int) -> Chosen:
     manifest.opened_offset, manifest.sealed_offset = min(row["first_offset"] for row in chosen.rollouts), None
     epoch.save()
     return chosen
-
-
-def _ns(moment: datetime | None) -> int | None:
-    return None if moment is None else int(moment.timestamp() * 1_000_000) * 1000
