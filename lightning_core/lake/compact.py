@@ -217,7 +217,7 @@ def sweep(lake: Lake, manifest: SpanManifest, grace_s: float = GRACE_S) -> int:
         for entry in manifest.retired:
             entry.since_ns = max(entry.since_ns, now) if entry.since_ns > built else entry.since_ns
         lake.manifests.put_spans(manifest)
-    named = {f.path for f in manifest.files} | {t.path for e in lake.manifests.epochs() for t in e.tables.values()}
+    named = lake.manifests.files()
     with locked(lake.root / "reading.lock", wait=False) as nobody_reads:
         if not nobody_reads:
             return 0
@@ -242,8 +242,7 @@ def tidy(lake: Lake, grace_s: float = GRACE_S) -> int:
     with locked(lake.root / "compact.lock"), locked(lake.root / "lock"):
         manifest = lake.manifests.spans()
         freed = sweep(lake, manifest, grace_s)
-        named = {f.path for f in manifest.files} | {r.path for r in manifest.retired}
-        named |= {t.path for e in lake.manifests.epochs() for t in e.tables.values()}
+        named = lake.manifests.files() | {r.path for r in manifest.retired}
         long_ago = time.time() - ORPHAN_S
         for folder in ("spans", "derived"):
             for path in (lake.root / folder).rglob("*"):

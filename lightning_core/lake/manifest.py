@@ -272,6 +272,11 @@ class Manifests:
         found = [m for p in paths if (m := self._read(p, EpochManifest)) is not None and mode in (None, m.mode)]
         return sorted(found, key=lambda m: (m.run, m.epoch, m.mode))  # by name, 10000 is before 9999
 
+    def files(self) -> set[str]:
+        """Return the paths of all files that are part of a table, of `spans` or a derived one."""
+        derived = {table.path for epoch in self.epochs() for table in epoch.tables.values()}
+        return derived | {file.path for file in self.spans().files}
+
     def next_epoch(self, run: str) -> int:
         """Return the number of a run's first training epoch that is not complete; the next number where all are."""
         epochs = self.epochs(run, "train")

@@ -37,12 +37,9 @@ def without(table: pa.Table, root: Path, files: list[SpanFile]) -> pa.Table:
         return table
     with duckdb.connect(config={"file_search_path": str(root)}) as con:
         con.register("arriving", table.select(IDENTITY))
-        starts = table["start_ns"]
-        bounds = pc.min_max(starts).as_py()
-        if starts.null_count:
-            con.execute(view("stored", files))
-        else:
-            con.execute(view("stored", files, f"start_ns BETWEEN {bounds['min']} AND {bounds['max']}"))
+        bounds = _bounds(table)
+        about = "true" if bounds is None else f"start_ns BETWEEN {bounds['min']} AND {bounds['max']}"
+        con.execute(view("stored", files, about))
         gone = set(con.sql(sql.text("lake/retries")).fetchall())
     if not gone:
         return table
@@ -55,10 +52,9 @@ def _any_again(table: pa.Table, root: Path, files: list[SpanFile]) -> bool:
 
     Mostly none is, and this is quick.
     """
-    hashes, starts = table["content_hash"].to_numpy(), table["start_ns"]
+    hashes, bounds = table["content_hash"].to_numpy(), _bounds(table)
     if len(np.unique(hashes)) < len(hashes):
         return True
-    bounds = None if starts.null_count else pc.min_max(starts).as_py()
     for file in files:
         with pq.ParquetFile(root / file.path) as parquet:
             groups = [i for i in range(parquet.num_row_groups) if _about(parquet.metadata.row_group(i), bounds)]
@@ -66,6 +62,11 @@ def _any_again(table: pa.Table, root: Path, files: list[SpanFile]) -> bool:
         if stored is not None and stored.num_columns and np.isin(hashes, stored[0].to_numpy()).any():
             return True
     return False
+
+
+def _bounds(table: pa.Table) -> dict[str, int] | None:
+    """Return between which times the spans start; None where one has no time."""
+    return None if table["start_ns"].null_count else pc.min_max(table["start_ns"]).as_py()
 
 
 def _about(group: pq.RowGroupMetaData, bounds: dict[str, int] | None) -> bool:

@@ -77,9 +77,7 @@ def publish(lake: Lake, url: str, grace_s: float = GRACE_S) -> Publication:
         shutil.copytree(lake.root / "manifests", folder / "manifests", ignore=shutil.ignore_patterns("*lock", ".*"))
         manifests = Manifests(folder)
         catalog.build(lake.root, manifests, lake.spool / "rejected", folder, _Here(url, lake.root))
-        named = {f.path for f in manifests.spans().files}
-        named |= {t.path for epoch in manifests.epochs() for t in epoch.tables.values()}
-        files = {path: (lake.root / path).stat().st_size for path in sorted(named)}
+        files = {path: (lake.root / path).stat().st_size for path in sorted(manifests.files())}
         with _opened(url) as (store, prefix):
             listing = _ListingFile(store, f"{prefix}/{_PUBLISHED}", _home_id(lake))
             if listing.read().home is None:
