@@ -16,7 +16,14 @@ SIGNALS: Any = {
     (None, "held_out_right"): [(0, 0.25), (1, 0.5), (2, 0.781)],
 }
 ROWS: Any = [
-    {"epoch": -1, "mean_reward": None, "held_out_right": 0.25, "held_out_tasks": 64, "calls": None, "versions": {}},
+    {
+        "epoch": -1,
+        "mean_reward": None,
+        "held_out_right": 0.25,
+        "held_out_tasks": 64,
+        "calls": None,
+        "versions": {"policy": "v0000"},
+    },
     {
         "epoch": 1,
         "mean_reward": 0.75,
