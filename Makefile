@@ -27,7 +27,7 @@ demo: $(READY) ## train a real LLM at the calculator example, eight epochs, and 
 	@$(BIN)/lightning-flows demo $(ARGS)
 
 .PHONY: up
-up: $(READY) ## Prefect's UI and a worker, the server, MLflow's UI, as one local stack; `make up ARGS=--help`
+up: $(READY) ## Prefect's UI and a worker, the gateway, MLflow's UI and the page, as one local stack; `make up ARGS=--help`
 	@$(BIN)/lightning-flows up $(ARGS)
 
 .PHONY: down

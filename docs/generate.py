@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import re
 import sys
 import tempfile
 import types
@@ -86,7 +87,8 @@ def data_page() -> str:
     ):
         lines += ["", f"## sql/{folder}", "", f"{meaning}.", ""]
         for name in sql.names(folder):
-            lines += [f"- **{name.rsplit('/', 1)[-1]}**: {_header(name)}"]
+            purpose, *more = _header(name)
+            lines += [f"- **{name.rsplit('/', 1)[-1]}**: {purpose}", *(f"  - {part}" for part in more)]
     lines += [
         "",
         f"Macros in the catalog ([analysis.md](analysis.md)): {', '.join(f'`{ask.call(q)}`' for q in ask.questions())}.",
@@ -114,13 +116,15 @@ def _dictionary() -> Iterator[str]:
     for table, rows in itertools.groupby(columns, key=lambda row: row[0]):
         if table == "spans":
             continue
-        yield from ("", f"### {table}", "", _RECORDS.get(table) or _header(made[table]), "")
+        purpose, *more = [_RECORDS[table]] if table in _RECORDS else _header(made[table])
+        yield from ("", f"### {table}", "", purpose, "", *(f"- {part}" for part in more), *([""] if more else []))
         yield from ("| column | type | meaning |", "|---|---|---|")
         yield from (f"| `{name}` | `{kind}` | {meaning} |" for _, name, kind, meaning in rows)
 
 
-def _header(name: str) -> str:
-    return " ".join(sql.header(name))
+def _header(name: str) -> list[str]:
+    """Return the parts of a file's header, each on one line: what it is for, its grain, inputs and rule."""
+    return re.split(r" (?=(?:Grain|Inputs|Parameters?|Rule|Evidence): )", " ".join(sql.header(name)))
 
 
 def _default(field: FieldInfo) -> str:

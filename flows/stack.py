@@ -1,9 +1,9 @@
-"""The local stack: Prefect's server and UI, a worker, the gateway, MLflow's UI, watched by one process.
+"""The local stack: Prefect's server and UI, a worker, the gateway, MLflow's UI and the page, watched by one process.
 
 `lightning-flows up` writes what is to run into `home/stack/plan.json` and starts this module as the supervisor. It
 starts the parts, starts those that died again, and writes `state.json` (pids) on every change. A part's log is
 `home/stack/<part>.log`. Everything listens on 127.0.0.1. The supervisor owns the home's services, so a flow uses the
-server that it finds and leaves it running.
+gateway that it finds and leaves it running.
 """
 
 from __future__ import annotations
