@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -96,7 +96,7 @@ def both(server: Rig, http: httpx.Client, path: str, request: dict[str, Any]) ->
     return found[0], events(direct) if request["stream"] else [direct.json()]
 
 
-common = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+common = settings(max_examples=40)
 
 
 @common

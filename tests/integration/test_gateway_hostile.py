@@ -17,7 +17,7 @@ import httpx
 import openai
 import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_core import names
@@ -79,7 +79,7 @@ def http() -> Iterator[httpx.Client]:
         yield made
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(
     request=st.dictionaries(fields, values, max_size=6),
     path=st.sampled_from(["chat/completions", "completions", "responses", "embeddings"]),

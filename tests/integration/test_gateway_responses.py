@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_core import names
@@ -278,7 +278,7 @@ kinds = st.sampled_from(
 items = st.dictionaries(keys, values | kinds | st.lists(st.dictionaries(keys, values | kinds, max_size=4), max_size=2))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(
     given_=st.lists(st.builds(lambda kind, item: {"type": kind} | item, kinds, items), max_size=3),
     more=st.dictionaries(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.decoders import DecodeStream
 
@@ -66,7 +66,7 @@ def script(said: list[tuple[str, str]], sizes: list[int]) -> list[tuple[list[int
     return [*chunks, ([TOKENIZER.convert_tokens_to_ids(TURN_END)], {})]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(said=parts, sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5), stream=st.booleans())
 def test_the_ids_decode_to_what_was_streamed(
     server: Rig, said: list[tuple[str, str]], sizes: list[int], stream: bool

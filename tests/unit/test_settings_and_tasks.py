@@ -162,7 +162,7 @@ def settings_of(tasks: int, group: int, seed: int = 0) -> Settings:
     return Settings.model_validate(MINIMAL | {"rollout": rollout, "seed": seed})
 
 
-@hypothesis_settings(max_examples=50, deadline=None)
+@hypothesis_settings(max_examples=50)
 @given(
     count=strategies.integers(1, 30),
     wanted=strategies.integers(1, 12),
