@@ -268,7 +268,7 @@ class Manifests:
 
     def epochs(self, run: str | None = None, mode: str | None = None) -> list[EpochManifest]:
         """Return all epochs and evaluations (of a run, of a mode), in order of run and epoch."""
-        paths = self._directory.glob(f"{run or '*'}/*.json")
+        paths = sorted(self._directory.glob(f"{run or '*'}/*.json"))
         found = [m for p in paths if (m := self._read(p, EpochManifest)) is not None and mode in (None, m.mode)]
         return sorted(found, key=lambda m: (m.run, m.epoch, m.mode))  # by name, 10000 is before 9999
 
