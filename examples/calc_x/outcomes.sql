@@ -2,7 +2,8 @@
 -- Grain: one row per rollout of an evaluation that counts. Inputs: rollouts, calls, tool_calls. Parameter: run.
 -- `unit` is the problem: what an interval is over. `kind` is how many calculations its solution has.
 -- Rule: a call that means to use the calculator names it in its reply; it is well formed where its reply has a tool call and
--- the tool did not fail. `uses_result`: the answer is what one of the rollout's tool calls gave; NULL without an answer.
+-- the tool did not fail. `uses_result`: the answer is what one of the rollout's tool calls gave; NULL without an answer. AutoGen's
+-- spans of tools have no results; they are in the messages of the attempt's last call.
 WITH asked AS (
     SELECT
         epoch, rollout_id, attempt_id, reward, task ->> 'id' AS id, (task ->> 'steps')::INTEGER AS steps,
@@ -17,12 +18,18 @@ meant AS (
     GROUP BY attempt_id
 ),
 computed AS (
-    SELECT
-        attempt_id,
-        count(*) FILTER (NOT failed AND NOT contains(lower(tool_result), 'error')) AS well,
-        list(try_cast(regexp_extract(tool_result, '-?\d+(?:\.\d+)?') AS DOUBLE)) AS results
-    FROM tool_calls
-    GROUP BY attempt_id
+    SELECT attempt_id, count(*) FILTER (NOT failed) AS well FROM tool_calls GROUP BY attempt_id
+),
+returned AS (
+    SELECT attempt_id, [try_cast(m.content AS DOUBLE) FOR m IN messages IF m.role = 'tool'] AS results
+    FROM (
+        SELECT
+            attempt_id,
+            from_json(arg_max(input_messages, started), '[{"role": "VARCHAR", "content": "VARCHAR"}]') AS messages
+        FROM calls
+        WHERE twin_of IS NULL
+        GROUP BY attempt_id
+    )
 )
 SELECT
     asked.epoch,
@@ -36,4 +43,5 @@ SELECT
 FROM asked
 LEFT JOIN meant USING (attempt_id)
 LEFT JOIN computed USING (attempt_id)
+LEFT JOIN returned USING (attempt_id)
 ORDER BY epoch, id

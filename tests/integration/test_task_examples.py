@@ -156,6 +156,23 @@ def test_calc_x_computes_and_is_graded(run: Callable[..., Trial], tmp_path: Path
     assert asked(trial, "SELECT tool_name, failed FROM tool_calls WHERE run = ?") == [("calculate", False)]
 
 
+def test_outcomes_tell_how_the_calculator_was_used(run: Callable[..., Trial], tmp_path: Path) -> None:
+    row = {"question": "Two bags of 3 pears, 12 times?", "answer": "<<2*3=6>>6, so <<6*12=72>>72\n#### 72"}
+    (tmp_path / "gsm8k_train.jsonl").write_text(json.dumps(row))
+
+    def says(body: dict[str, Any]) -> Any:
+        done = sum(message["role"] == "tool" for message in body["messages"])
+        return [("calculate", {"expression": "2 *"}), ("calculate", {"expression": "6 * 12"}), "### ANSWER: 72"][done]
+
+    trial = run("calc_x", says, tasks=f"{ROOT}/examples/calc_x/tasks.py:steps_heldout", name="steps.yaml")
+    outcomes = (ROOT / "examples/calc_x/outcomes.sql").read_text().replace("'evaluate'", "'train'")  # as a trial is
+    with catalog.connect(trial.epoch.lake.root) as con:
+        [found] = con.execute(outcomes, {"run": trial.epoch.run}).fetchall()
+    kind, outcome, means_to_calculate, well_formed, uses_result = found[3:]
+    assert (kind, outcome, means_to_calculate, uses_result) == ("problems of 2 calculations", "right", True, True)
+    assert well_formed == 0.5  # one of its two expressions is none
+
+
 def spider(folder: Path, question: dict[str, Any]) -> None:
     """The question, after one whose query is held out."""
     first = question | {"question": "How many are there?", "query": "SELECT max(id) FROM item"}
