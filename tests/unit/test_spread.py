@@ -151,8 +151,13 @@ def test_each_replica_of_vllm_has_the_device_it_is_given() -> None:
 
 
 def test_the_plan_of_the_docs_is_the_one_that_is_computed() -> None:
-    assert scale.plan(scale.Costs()) in (Path(__file__).parents[2] / "docs/scale.md").read_text()
     one, _, many = scale.PLANS
+    small, large = (
+        [f"{scale.epoch_s(scale.seconds(n, plan, scale.Costs()), plan):,.0f}" for plan in scale.PLANS]
+        for n in (1_000, 10_000)
+    )
+    told = "{} s on 1 GPU, {} s on 8 and {} s on 128; one of 10,000 takes {}, {} and {} s".format(*small, *large)
+    assert f"An epoch of 1,000 rollouts then takes {told}." in (Path(__file__).parents[2] / "docs/scale.md").read_text()
     parts = scale.seconds(10_000, many, scale.Costs())
     assert scale.epoch_s(parts, many) < scale.epoch_s(parts, one)
     assert parts["generate"] < scale.seconds(10_000, one, scale.Costs())["generate"] / 60
