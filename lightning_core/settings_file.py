@@ -119,9 +119,11 @@ def _find_files(raw: dict[str, Any], folder: Path) -> None:
 
 def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
     here: Any = raw
-    *parents, last = dotted.split(".")
-    for key in parents:
-        here = here[int(key)] if isinstance(here, list) else here.setdefault(key, {})
+    *parents, last = parts = dotted.split(".")
+    for key, within in zip(parents, parts[1:], strict=True):
+        # What the file leaves out is a section, or a list of one: that is what `policies` is by default.
+        missing: Any = [{}] if within == "0" else {}
+        here = here[int(key)] if isinstance(here, list) else here.setdefault(key, missing)
     if isinstance(here, list):
         here[int(last)] = value
     else:

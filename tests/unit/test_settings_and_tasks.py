@@ -105,6 +105,11 @@ def test_overrides_reach_into_lists_and_sections(tmp_path: Path) -> None:
     assert (settings.policies[0].training.learning_rate, settings.rollout.group_size) == (0.5, 3)
 
 
+def test_an_override_reaches_into_the_policy_that_there_is_by_default(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path), {"policies.0.model": "other"})
+    assert [(policy.name, policy.model) for policy in settings.policies] == [("policy", "other")]
+
+
 def test_settings_survive_json_as_prefect_sends_them(tmp_path: Path) -> None:
     settings = load_settings(write(tmp_path))
     assert Settings.model_validate(json.loads(settings.model_dump_json())) == settings
