@@ -62,7 +62,7 @@ class Pool:
         self._import_folder = import_folder(folder)
         self._lock = threading.Lock()
         self._server: ForkServer | None = None
-        self.closed = False
+        self._closed = threading.Event()
 
     def __enter__(self) -> Pool:
         return self
@@ -100,9 +100,17 @@ class Pool:
             raise kind_of(f"the attempt was lost: {fork.lost}")
         return Ended(code, timed_out, fork.left, stdout, stderr, fork.threads)
 
+    @property
+    def closed(self) -> bool:
+        return self._closed.is_set()
+
+    def closes_within(self, seconds: float) -> bool:
+        """Wait so long; return at once, and True, where it is closed."""
+        return self._closed.wait(seconds)
+
     def close(self) -> None:
         """End all attempts and the fork server, also one that still imports; a second call changes nothing."""
-        self.closed = True
+        self._closed.set()
         # Without the lock, which is held until a server is ready. One that is not there yet is ended by who starts it.
         if (server := self._server) is not None:
             server.end()

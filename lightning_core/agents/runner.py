@@ -91,6 +91,10 @@ class Runner:
         """Return whether `close` was called; what is run after that is an `infrastructure` failure."""
         return self._pool.closed
 
+    def closes_within(self, seconds: float) -> bool:
+        """Wait so long; return at once, and True, where it is closed."""
+        return self._pool.closes_within(seconds)
+
     def close(self) -> None:
         """End every attempt still running, and remove what they left. From any thread; a second call does nothing."""
         self._pool.close()
@@ -230,11 +234,12 @@ def run_rollout(
         if result.lost_with_server and not runner.closed:
             log.warning("%s: %s; it is run again, alone", result.rollout_id, result.error)
             result = runner.run(make_spec(new_attempt_id()), alone=True)
-        if result.status != "infrastructure" or further == retries or runner.closed:
+        if result.status != "infrastructure" or further == retries:
             return result
         wait_s = min(30.0, backoff_s * 2**further) * (0.75 + random.SystemRandom().random() / 2)
         log.warning("%s: %s; another attempt in %.1f s", result.rollout_id, result.error, wait_s)
-        time.sleep(wait_s)
+        if runner.closes_within(wait_s):
+            return result
     raise ValueError(f"retries is {retries}; it cannot be negative")
 
 

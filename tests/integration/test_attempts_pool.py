@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,6 +100,24 @@ def test_a_closed_runner_starts_nothing_and_can_be_closed_again(server: Standin,
     assert (result.status, len(specs)) == ("infrastructure", 1)
     assert "was closed" in (result.error or "")
     assert not (tmp_path / "ran").exists()
+
+
+def test_who_waits_for_another_try_ends_with_the_runner(server: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, specs = threading.Event(), []
+    monkeypatch.setattr("lightning_core.agents.runner.log.warning", lambda *_: waits.set())  # of the wait
+
+    def make(attempt_id: str) -> AttemptSpec:
+        specs.append(spec_for(server, attempt_id=attempt_id))
+        return specs[-1]
+
+    settings = AgentSettings(callable=f"{AGENTS}:fine", preload=[])
+    runner = Runner(settings, infrastructure_errors=lambda _: "2 calls failed upstream (503)")
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(run_rollout, runner, make, retries=1, backoff_s=20)
+        waits.wait()
+        runner.close()
+        assert running.result().status == "infrastructure"
+    assert len(specs) == 1
 
 
 def test_a_runner_is_closed_while_its_modules_are_still_imported(
