@@ -24,7 +24,7 @@ class AgentRule(Section):
     def _has_a_name(self) -> AgentRule:
         if (self.source == "span_name") != (self.key is None):
             raise ValueError(f"`source: {self.source}` " + ("takes no `key`" if self.key else "needs a `key` to read"))
-        if not re.search(r"(?<!\\)\((?!\?:)", self.pattern):
+        if not re.search(r"(?<!\\)\((?!\?(?!P?<))", self.pattern):
             raise ValueError(f"pattern {self.pattern!r} has no group; its first group is the name: (…)")
         return self
 

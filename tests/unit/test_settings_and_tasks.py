@@ -253,6 +253,7 @@ def test_the_deployments_train_the_example_as_its_settings_file_says() -> None:
         ({"reward": {"air": [{"name": "x", "value": v, "op": "tool"} for v in (1, 2)]}}, "two rules of `air`"),
         ({"agent_rules": [{"pattern": "(.*)"}]}, "needs a `key`"),
         ({"agent_rules": [{"key": "role", "pattern": r"\(planner"}]}, "has no group"),
+        ({"agent_rules": [{"key": "role", "pattern": "(?i)planner"}]}, "has no group"),
         ({"agent_rules": [{"source": "span_name", "key": "role"}]}, "takes no `key`"),
         ({"policies": [{"advantages": "rloo"}], "rollout": {"group_size": 1}}, "compares the rollouts of a group"),
         ({"policies": [{"advantages": "ppo"}]}, "neither one of"),
