@@ -123,7 +123,8 @@ def locked(path: Path, wait: bool = True, shared: bool = False) -> Iterator[bool
     The lock excludes all others, or those that are not `shared`.
     """
     make_folder(path.parent)
-    with path.open("a") as file:
+    how = os.O_RDONLY if shared else os.O_RDWR  # who may only read can share it
+    with os.fdopen(os.open(path, how | os.O_CREAT, 0o666)) as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
