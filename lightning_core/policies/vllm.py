@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -151,8 +152,8 @@ class VllmServer:
     @classmethod
     def all_known(cls, home: Path) -> list[VllmServer]:
         """Return those of all replicas of a home that were started and not stopped, be they running or gone."""
-        files = (home / "services").glob("vllm*.json")
-        numbers = sorted(int(file.stem.partition("-")[2] or 0) for file in files)
+        names = [re.fullmatch(r"vllm(?:-(\d+))?\.json", file.name) for file in (home / "services").glob("vllm*.json")]
+        numbers = sorted(int(name[1] or 0) for name in names if name is not None)
         return [vllm for number in numbers if (vllm := cls.known(home, number)) is not None]
 
     def refresh(self) -> bool:

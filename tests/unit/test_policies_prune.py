@@ -144,6 +144,7 @@ def test_what_a_vllm_holds_stays_since_it_is_started_again_with_it(
     )  # fmt: skip
     (tmp_path / "services").mkdir()
     (tmp_path / "services" / record).write_text(json.dumps(asdict(state)))
+    (tmp_path / "services" / "vllm-1-keeper.json").write_text("{}")  # of the process that looks after it
     assert prune(tmp_path, "policy").kept == {
         "v0000": ["base"],
         "v0002": ["loaded in vLLM"],
