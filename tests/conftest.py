@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,9 @@ _LONGEST_FIRST = ("e2e", "integration", "security", "property", "unit")
 
 def pytest_configure(config: pytest.Config) -> None:
     guard.pytest_configure(config)
+    # A shell has what it starts in the background ignore Ctrl-C, and so would every command that a test interrupts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Prefect's own server of a flow without one has 20 s to start, which are few beside other work.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     left_out = config.option.markexpr
