@@ -19,7 +19,7 @@ from lightning_core.lake.manifest import EpochManifest
 from lightning_core.ui.app import app
 from lightning_core.ui.guard import Allowed
 from lightning_core.ui.serve import LOOPBACK
-from tests.lake_maker import Attempt, derived, settings
+from tests.lake_maker import Attempt, derived, settings, trained
 
 Rows = list[dict[str, Any]]
 
@@ -53,6 +53,14 @@ def group(name: str, rewards: tuple[float, ...], first: int, **root: Any) -> Row
     """Rollouts of a group of its own, numbered from `first`."""
     rows = [row for number, reward in enumerate(rewards, first) for row in rollout(number, reward, **root)]
     return [row | {"group_id": name if row["group_id"] else None, "task_id": name} for row in rows]
+
+
+def one_epoch(home: Path) -> None:
+    """A home with one trained epoch of three rollouts."""
+    rows = [row for number, reward in enumerate((1.0, 0.0, 1.0)) for row in rollout(number, reward)]
+    lake, epoch = derived(home, rows, agent_match="worker")
+    Epoch(settings(home), epoch).save()
+    trained(lake)
 
 
 def curves(home: Path, first: int = 0) -> None:

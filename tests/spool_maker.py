@@ -29,6 +29,23 @@ def store(home: Path, records: Iterable[Record]) -> None:
     asyncio.run(write())
 
 
+def append_all(writer: SpoolWriter, bodies: list[bytes]) -> list[int]:
+    """Append bodies side by side; returns where each record ends."""
+
+    async def main() -> list[int]:
+        return list(await asyncio.gather(*(writer.append(record(body)) for body in bodies)))
+
+    return asyncio.run(main())
+
+
+def written(directory: Path, bodies: list[bytes], **options: int) -> list[int]:
+    """Make a spool of these bodies; returns where each record ends."""
+    writer = SpoolWriter(directory, **({"max_bytes": 1 << 30} | options))
+    ends = append_all(writer, bodies)
+    writer.close()
+    return ends
+
+
 def span(name: str = "step", number: int = 1, start_ns: int = 1_000, /, **attributes: Any) -> SpanData:
     return SpanData(name, start_ns, start_ns + 1_000, "01" * 16, f"{number:016x}", attributes=dict(attributes))
 

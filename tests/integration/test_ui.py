@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 from starlette.testclient import TestClient
 
 from lightning_core.config import RolloutSettings
@@ -27,21 +26,16 @@ from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.removed import Removal, note_removals
 from lightning_core.policies.store import Lineage
 from lightning_core.policies.version_manifest import Evaluation
-from lightning_core.ui import one_file
 from lightning_core.ui.guard import Allowed
-from lightning_flows.flows.cli import main
-from tests.lake_maker import Attempt, derived, settings, trained
-from tests.page_rig import HOSTILE, PAGES, open_page, rollout, until, visible
+from tests.lake_maker import Attempt, derived, settings
+from tests.page_rig import HOSTILE, PAGES, one_epoch, open_page, rollout, until, visible
 from tests.policy_files import store_with_base, write_model
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    rows = [row for number, reward in enumerate((1.0, 0.0, 1.0)) for row in rollout(number, reward)]
-    lake, epoch = derived(folder, rows, agent_match="worker")
-    Epoch(settings(folder), epoch).save()
-    trained(lake)
+    one_epoch(folder)
     return folder
 
 
@@ -398,27 +392,3 @@ def test_what_is_not_there_is_said_in_words(page: TestClient, tmp_path: Path) ->
         assert answer.status_code == 404 and "Traceback" not in answer.text, address
     with open_page(tmp_path) as empty:
         assert "no catalog yet" in visible(empty.get("/").text)
-
-
-def test_a_report_is_one_file_whose_links_lead_within_it(home: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["report", "run", "--home", str(home), "--into", str(tmp_path / "run.html")])
-    assert done.exit_code == 0, done.output
-    text = (tmp_path / "run.html").read_text()
-    links = re.findall(r'href="([^"]*)"', text)
-    assert links and all(link.startswith("#") and f'id="{link[1:]}"' in text for link in links)
-    assert "<script" not in text and "src=" not in text and "<button" not in text
-    assert "call 1 worker" in visible(text), "the worst rollout is in it"
-    refused = CliRunner().invoke(main, ["report", "other", "--home", str(home), "--into", str(tmp_path / "no.html")])
-    assert refused.exit_code == 1 and "no rollout yet, or is no run" in refused.output
-    assert not (tmp_path / "no.html").exists()
-
-
-def test_a_report_is_no_larger_than_it_may_be_whatever_its_letters_take(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(one_file, "_MOST_BYTES", 400_000)
-    lake, _ = derived(tmp_path, [row for number in range(20) for row in rollout(number, 0.0, "あ" * 1000)])
-    lake.rebuild_catalog()
-    text = one_file.report(tmp_path, "run")
-    assert "call 1 worker" in visible(text)
-    assert len(text.encode()) <= 400_000

@@ -16,7 +16,6 @@ from lightning_core.lake import sql
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.why import Finding
-from lightning_core.ui.one_file import report
 from tests.lake_maker import Attempt, derived, settings
 from tests.page_rig import Rows, curves, open_page, visible
 
@@ -100,13 +99,6 @@ def test_a_run_that_was_first_evaluated_later_says_since_when(tmp_path: Path) ->
     curves(tmp_path, first=1)
     with open_page(tmp_path) as page:
         assert "the same 2 tasks after epoch 0 and after epoch 1;" in visible(page.get("/run/run").text)
-
-
-def test_a_report_has_the_comparison_that_its_run_leads_to(tmp_path: Path) -> None:
-    curves(tmp_path)
-    text = report(tmp_path, "run")
-    (link,) = re.findall(r'Compare the answers: <a href="#([^"]+)"', text)
-    assert f'<article id="{link}">' in text and "got before training" in visible(text)
 
 
 def test_the_gain_is_more_than_chance_or_may_be_chance_and_leads_to_the_answers(tmp_path: Path) -> None:
