@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from lightning_core.files import locked
+from tests.nobody import nobody
 
 
 @pytest.fixture
@@ -24,17 +23,6 @@ def lock() -> Iterator[Path]:
         file.parent.chmod(0o555)
         yield file
         file.parent.chmod(0o755)
-
-
-@contextmanager
-def nobody() -> Iterator[None]:
-    """Root may write everything, so it is somebody else meanwhile."""
-    if os.getuid() == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(os.getuid())
 
 
 def test_who_may_only_read_sees_whether_somebody_holds_a_lock(lock: Path) -> None:
