@@ -234,7 +234,7 @@ def run_rollout(
         if result.lost_with_server and not runner.closed:
             log.warning("%s: %s; it is run again, alone", result.rollout_id, result.error)
             result = runner.run(make_spec(new_attempt_id()), alone=True)
-        if result.status != "infrastructure" or further == retries:
+        if result.status != "infrastructure" or further == retries or runner.closed:
             return result
         wait_s = min(30.0, backoff_s * 2**further) * (0.75 + random.SystemRandom().random() / 2)
         log.warning("%s: %s; another attempt in %.1f s", result.rollout_id, result.error, wait_s)
