@@ -198,12 +198,14 @@ def _mlflow_span(span: dict[str, Any]) -> SpanData:
 def _take_feedback(traces: dict[bytes, _Trace], document: Any) -> None:
     """Take MLflow's feedback on a trace that is a number, or true or false, as a reward of that name."""
     for trace in _mlflow_traces(document):
-        ids = {base64.b64decode(span["trace_id"]) for span in trace["data"]["spans"]}
-        for found in [traces[trace_id] for trace_id in ids if trace_id in traces]:  # none where no span could be read
-            for given in trace["info"].get("assessments") or []:
-                value = (given.get("feedback") or {}).get("value")
-                if isinstance(value, int | float) and given.get("valid", True):
-                    found.rewards[given["assessment_name"]] = float(value)
+        spans = trace["data"]["spans"]
+        found = traces.get(base64.b64decode(spans[0]["trace_id"])) if spans else None
+        if found is None:  # it has no span, or none that could be read
+            continue
+        for given in trace["info"].get("assessments") or []:
+            value = (given.get("feedback") or {}).get("value")
+            if isinstance(value, int | float) and given.get("valid", True):
+                found.rewards[given["assessment_name"]] = float(value)
 
 
 def _hex(text: str) -> str:
