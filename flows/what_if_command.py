@@ -36,7 +36,7 @@ def what_if(settings_file: Path, assignments: tuple[str, ...], name: str | None,
     if not changed:
         raise SettingsError("say what would be otherwise: --set reward.assign=discounted --set reward.gamma=0.9")
     if name is not None and not re.fullmatch(r"[\w-][\w.-]{0,59}", name):  # `..` is the home itself
-        raise SettingsError(f"--name {name}: letters, digits, `-`, `_` and `.` alone, and no `.` at its begin")
+        raise SettingsError(f"--name {name}: letters, digits, `-`, `_` and `.` alone, and no `.` at the beginning")
     name = name or hashlib.sha256("\0".join(sorted(changed)).encode()).hexdigest()[:8]
     with flow_of(settings, "regrade"):
         from lightning_core.epoch.what_if import beside, compare

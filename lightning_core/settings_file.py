@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -119,15 +120,15 @@ def _find_files(raw: dict[str, Any], folder: Path) -> None:
 
 def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
     here: Any = raw
-    *parents, last = parts = dotted.split(".")
-    for key, within in zip(parents, parts[1:], strict=True):
+    parts = dotted.split(".")
+    for key, within in pairwise(parts):
         # What the file leaves out is a section, or a list of one: that is what `policies` is by default.
         missing: Any = [{}] if within == "0" else {}
         here = here[int(key)] if isinstance(here, list) else here.setdefault(key, missing)
     if isinstance(here, list):
-        here[int(last)] = value
+        here[int(parts[-1])] = value
     else:
-        here[last] = value
+        here[parts[-1]] = value
 
 
 def explain_validation(error: ValidationError, model: type[BaseModel] = Settings) -> str:

@@ -198,9 +198,8 @@ def command(job: Job, job_file: Path) -> list[str]:
     module = [*_MODULE, str(job_file), "--with-parent", str(os.getpid())]
     if training.accelerate_config is not None:
         launcher = ["-m", "accelerate.commands.launch", "--config_file", str(training.accelerate_config)]
-        of_them = (
-            ["--num_processes", str(training.processes)] if training.processes > 1 else []
-        )  # else as many as the file says
+        # Else as many as the file says.
+        of_them = ["--num_processes", str(training.processes)] if training.processes > 1 else []
         return [sys.executable, *launcher, *of_them, *module]
     if training.processes > 1:
         meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
